@@ -39,6 +39,8 @@ RESULT = RunResult(
         folds=3,
         averaged=True,
         averages_folds=True,
+        accuracies={"0/100": 0.75, "25/75": 0.8, "100/0": 0.5},
+        agreements={"0/100": 0.25, "25/75": 0.5, "100/0": 1.0},
     ),
     probe_comparison=ProbeComparison(60, 0.6, 0.85, 0.25, 0.1, 0.4),
     taps=("blocks.1", "blocks.2"),

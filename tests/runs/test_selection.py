@@ -543,3 +543,112 @@ class TestCandidates:
         monkeypatch.setattr(module, "fine_tune", fail)
         with pytest.raises(UserError, match=r"diverged .*strength 1; .*trains once"):
             train(tiny(images, tmp_path / "run", method=METHOD, strength="auto"))
+
+
+def with_classifier(setup: RunSetup, num_classes: int = 5) -> RunSetup:
+    """As of a network whose pretraining had so many classes, all of which some image has."""
+    views, _ = setup.features["train"]
+    classifier = nn.Linear(views.shape[-1], num_classes)
+    mean, rows = views[:, 0].mean(dim=0), views[:num_classes, 0]
+    with torch.no_grad():
+        classifier.weight.copy_(torch.nn.functional.normalize(rows - mean))
+        classifier.bias.copy_(-classifier.weight @ mean)
+    return dataclasses.replace(
+        setup, backbone=dataclasses.replace(setup.backbone, classifier=classifier)
+    )
+
+
+def select(setup: RunSetup, out: Path, trained: Trained, **options: Any) -> module.SelectionResult:
+    """Without a training on all images, and with trainings that move some classes."""
+    config = flat(Path("images"), out, method=METHOD, strength="auto", lr=4e-4, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "fine_tune", remembering(trained, out))
+        return module.select_model(make_plan(setup, config), out, keep_network=False)
+
+
+@pytest.fixture(scope="module")
+def compared(prepared, tmp_path_factory) -> tuple[module.SelectionResult, Trained]:
+    """With the classes of pretraining, three folds and two candidates."""
+    trained: Trained = []
+    out = tmp_path_factory.mktemp("compared") / "run"
+    return select(with_classifier(prepared), out, trained), trained
+
+
+class TestTradeOff:
+    """Accuracy and kept agreement of every mixture, on images that it was not trained on."""
+
+    def test_all_mixtures_computed_again(self, compared):
+        """Image by image, with heads and features taken apart."""
+        selected, trained = compared
+        found = selected.model_selection
+        choices = mixtures(2, averaged=True)
+        keys = [format_percent(one) for one in choices]
+        assert list(found.accuracies) == list(found.agreements) == list(found.losses) == keys
+        for mixture, key in zip(choices, keys, strict=True):
+            correct, agreeing = [], []
+            for (_, plan, strong), (_, _, weak) in zip(trained[::2], trained[1::2], strict=True):
+                states = [initial(plan.setup), *(r.network.state_dict() for r in (strong, weak))]
+                network, source = conv_net(), conv_net()
+                network.load_state_dict(
+                    {
+                        name: sum(s * t[name] for s, t in zip(mixture, states, strict=True))
+                        if tensor.is_floating_point()
+                        else tensor
+                        for name, tensor in states[-1].items()
+                    }
+                )
+                head, network.fc, source.fc = network.fc, nn.Identity(), nn.Identity()
+                classifier = plan.setup.backbone.classifier
+                for images, labels in plan.loaders.eval_dataloader(plan.setup.task.val):
+                    for image, label in zip(images, labels, strict=True):
+                        own, before = network(image[None]), source(image[None])
+                        correct.append(bool(head(own).argmax() == label))
+                        agreeing.append(
+                            bool(classifier(own).argmax() == classifier(before).argmax())
+                        )
+            assert len(correct) == 18
+            assert found.accuracies[key] == pytest.approx(sum(correct) / 18)
+            assert found.agreements[key] == pytest.approx(sum(agreeing) / 18)
+        assert found.agreements["100/0/0"] == 1
+        assert len(set(found.agreements.values())) > 3  # so that the test tells something
+        assert len(set(found.accuracies.values())) > 2
+
+    def test_shards_of_several_processes_are_the_same(self, prepared, tmp_path, monkeypatch):
+        def in_two(count: int, size: int, make: Any) -> tuple[Tensor, ...]:
+            batches = [range(s, min(s + size, count)) for s in range(0, count, size)]
+            own = [[i for batch in batches[rank::2] for i in batch] for rank in (0, 1)]
+            rows = zip(*(make(indices) for indices in own if indices), strict=True)
+            order = torch.tensor([i for indices in own for i in indices]).argsort()
+            return tuple(torch.cat(parts)[order] for parts in rows)
+
+        options = {"batch_size": 4, "folds": 2, "epochs": 1}
+        expected = select(with_classifier(prepared), tmp_path / "once", [], **options)
+        monkeypatch.setattr(module, "shard_and_gather", in_two)
+        found = select(with_classifier(prepared), tmp_path / "run", [], **options)
+        assert found.model_selection == expected.model_selection
+        assert found.model_selection.agreements
+
+    def test_each_mixture_runs_once_over_the_images(self, prepared, tmp_path, monkeypatch):
+        counts = []
+        original = Dataloaders.eval_dataloader
+
+        def count(loaders: Dataloaders, split: Any) -> Any:
+            counts.append(len(split))
+            return original(loaders, split)
+
+        calls = []
+        for setup in (prepared, with_classifier(prepared)):
+            with monkeypatch.context() as patch:
+                patch.setattr(Dataloaders, "eval_dataloader", count)
+                select(setup, tmp_path / str(len(calls)), [], folds=2, epochs=1)
+            calls.append(list(counts))
+            counts.clear()
+        assert calls[0] == calls[1]
+
+    def test_without_the_classifier_there_is_no_agreement(self, folded):
+        found = folded[0].model_selection
+        assert found.agreements == {}
+        assert list(found.accuracies) == list(found.losses)
+        chosen = format_percent(found.mixing_coefficients)
+        assert found.accuracies[chosen] == folded[0].val_accuracy
+        assert found.accuracies["100/0/0"] == folded[0].linear_probe_val_accuracy

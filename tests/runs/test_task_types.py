@@ -138,6 +138,17 @@ def test_epochs_have_the_figure_under_its_name(run, name, request):
     assert "val_accuracy" not in (result.folder / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("run", ["asked", "valued"])
+def test_mixtures_have_agreements_but_no_accuracies(run, request):
+    found = request.getfixturevalue(run).model_selection
+    assert found.accuracies == {}
+    assert list(found.agreements) == list(found.losses)
+    assert all(0 <= fraction <= 1 for fraction in found.agreements.values())
+    assert found.agreements.get("100/0", 1.0) == 1.0  # the start; a random head has none
+    page = (request.getfixturevalue(run).folder / "report.html").read_text()
+    assert "Accuracy and kept knowledge" not in page
+
+
 def test_a_network_starts_from_its_probe(valued):
     """Fine-tuning at epoch 0 of delta is the raw probe, which knows more than the mean."""
     found = rows(valued.folder / "metrics.csv")

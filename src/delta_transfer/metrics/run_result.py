@@ -43,6 +43,19 @@ def comparison_columns(metric: Metric) -> tuple[str, ...]:
     )
 
 
+def parse_percent(text: str) -> tuple[float, ...]:
+    """Return the mixing coefficients that a key of `ModelSelection.losses` has in percent.
+
+    Raises:
+        ValueError: if they are not numbers.
+
+    Example:
+        >>> parse_percent("25/37.5/37.5")
+        (0.25, 0.375, 0.375)
+    """
+    return tuple(float(part) / 100 for part in text.split("/"))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSelection:
     """How the final weights of a run were chosen and averaged (see docs/selection.md).
@@ -57,6 +70,10 @@ class ModelSelection:
         averaged: whether weights of several trainings, or with the initial ones, may be averaged.
         averages_folds: whether the networks of the folds are part of the final average; if not, it
             is that of trainings on all samples.
+        accuracies: held-out accuracy as a fraction, by the same keys as `losses`; empty without
+            classes.
+        agreements: fraction of held-out images with the same top-1 class as the pretrained network
+            has, by the classifier of pretraining, by the same keys; empty if it is unknown.
     """
 
     strengths: tuple[float | None, ...]
@@ -65,6 +82,8 @@ class ModelSelection:
     folds: int
     averaged: bool
     averages_folds: bool
+    accuracies: dict[str, float] = dataclasses.field(default_factory=dict)
+    agreements: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def trained_share(self) -> float:

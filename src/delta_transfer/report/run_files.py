@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from delta_transfer.errors import DataError, ModelError
 from delta_transfer.metrics.metrics import ACCURACY
-from delta_transfer.metrics.run_result import RunResult
+from delta_transfer.metrics.run_result import ModelSelection, RunResult, parse_percent
 from delta_transfer.report.tables import Row, read_lines, read_table
 from delta_transfer.utils.files import read_yaml
 
@@ -87,6 +87,8 @@ def read_result(folder: Path) -> RunResult:
         numbers += [*selection.mixing_coefficients, selection.folds]
         if len(selection.mixing_coefficients) != 1 + len(selection.strengths):
             raise ModelError(f"{folder / 'result.json'} is damaged: coefficients are missing")
+        if not _are_valid_fractions(selection):
+            raise ModelError(f"{folder / 'result.json'} is damaged: a fraction is not valid")
     if compared is not None:
         numbers += dataclasses.astuple(compared)
     if (
@@ -97,6 +99,20 @@ def read_result(folder: Path) -> RunResult:
     ):
         raise ModelError(f"{folder / 'result.json'} is damaged: a result is not a valid number")
     return result
+
+
+def _are_valid_fractions(selection: ModelSelection) -> bool:
+    """Return True if accuracies and agreements are fractions by coefficients in percent."""
+    for found in (selection.accuracies, selection.agreements):
+        if not isinstance(found, dict) or not found.keys() <= selection.losses.keys():
+            return False
+        if not all(isinstance(v, int | float) and 0 <= v <= 1 for v in found.values()):
+            return False
+    try:
+        lengths = {len(parse_percent(key)) for key in selection.agreements}
+    except ValueError:
+        return False
+    return lengths <= {1 + len(selection.strengths)}
 
 
 def probe_validation_score(folder: Path) -> float:

@@ -20,6 +20,7 @@ from delta_transfer.report.run_files import (
 )
 from delta_transfer.report.targets import target_table
 from delta_transfer.report.templates import REPORT_FILE, Table, data_name, render_page
+from delta_transfer.report.trade_off import trade_off
 from delta_transfer.utils.files import write_atomically
 
 Metrics = dict[int, dict[str, float]]
@@ -84,6 +85,7 @@ def write_run_report(folder: Path) -> Path:
             "correct": [example for example in examples if example.prediction.is_correct],
             "molecules": read_molecules(folder),
             "retention": run_retention(folder, result),
+            "trade_off": None if selection is None else trade_off({result.method: [selection]}),
             "shifted": data_name(config.get("shifted", "")),
             "config": {name: [value] for name, value in config.items()},
         },

@@ -1,6 +1,5 @@
 """What fine-tuning keeps: agreement with the pretrained network, and accuracy on other images."""
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +13,10 @@ from delta_transfer.data.images.corruptions import CORRUPTIONS, SEVERITIES, Corr
 from delta_transfer.data.images.loader import DeviceDataLoader, ignore_stops
 from delta_transfer.data.task import ImageDataset, Split
 from delta_transfer.features.head_inputs import HeadInputs
-from delta_transfer.methods.penalty import classifier_logits
 from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.preparation.prepared import RunSetup
 from delta_transfer.runs.selection import SelectionResult
+from delta_transfer.runs.source_classes import source_classes
 from delta_transfer.utils.distributed import shard_and_gather
 from delta_transfer.utils.files import to_csv, write_atomically
 from delta_transfer.utils.module_state import device_of, eval_mode
@@ -227,7 +226,7 @@ def _judge(network: nn.Module, setup: RunSetup, batches: Iterable[tuple[Tensor, 
         by the classifier of pretraining: `[N, V, 3]`, on the CPU.
     """
     source, names = setup.source, [setup.backbone.head]
-    classifier = copy.deepcopy(setup.backbone.classifier)
+    classifier = setup.backbone.classifier
     found = []
     with (
         eval_mode(network),
@@ -245,19 +244,13 @@ def _judge(network: nn.Module, setup: RunSetup, batches: Iterable[tuple[Tensor, 
             probe = setup.probe(then.float()).argmax(dim=1).cpu()
             agrees = torch.zeros_like(probe, dtype=torch.bool)
             if classifier is not None:
-                old = [_classify(classifier, features) for features in (now, then)]
-                agrees = old[0] == old[1]
+                agrees = source_classes(classifier, now) == source_classes(classifier, then)
             # Labels of several targets are no class, and nothing is correct.
             targets = labels if labels.ndim == 1 else torch.full((len(labels),), -1)
             targets = targets.repeat_interleave(views.shape[1])
             judged = torch.stack([predicted == targets, probe == targets, agrees], dim=1)
             found.append(judged.view(*views.shape[:2], 3))
     return torch.cat(found)
-
-
-def _classify(classifier: nn.Linear, features: Tensor) -> Tensor:
-    """Return the top-1 classes of pretraining `[B]`, on the CPU."""
-    return classifier_logits(classifier.to(features.device), features).argmax(dim=1).cpu()
 
 
 def _count_by_corruption(

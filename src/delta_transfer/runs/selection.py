@@ -5,16 +5,18 @@ import csv
 import dataclasses
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from delta_transfer.data.images.loader import DeviceDataLoader
 from delta_transfer.data.task import Split
 from delta_transfer.errors import UserError, reworded
 from delta_transfer.metrics.run_result import ModelSelection
+from delta_transfer.metrics.task_types import Multiclass
 from delta_transfer.runs.fine_tune import FineTuneResult, fine_tune, initialize_network
 from delta_transfer.runs.model_soup import (
     Mixture,
@@ -28,6 +30,7 @@ from delta_transfer.runs.model_soup import (
 from delta_transfer.runs.plan import FineTunePlan
 from delta_transfer.runs.preparation.folds import training_pool
 from delta_transfer.runs.preparation.prepared import RunSetup, resplit
+from delta_transfer.runs.source_classes import predict_with_source_classes, source_classes
 from delta_transfer.training.inference import predict_dataloader
 from delta_transfer.utils.distributed import is_rank_zero, shard_and_gather
 from delta_transfer.utils.files import write_atomically
@@ -81,6 +84,7 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
     setups, candidates = plan.held_out_setups, plan.candidates
     choices = _choices(plan)
     outputs: dict[Mixture, list[Tensor]] = {one: [] for one in choices}
+    agreements: dict[Mixture, list[Tensor]] = {one: [] for one in choices}
     means: list[State] = []
     for number, setup in enumerate(setups, start=1):
         if plan.folds:
@@ -92,15 +96,19 @@ def select_model(plan: FineTunePlan, folder: Path, *, keep_network: bool = True)
         ]
         network = copy.deepcopy(results[0].network)
         states = [results[0].initial_state, *(_on_cpu(one.network) for one in results)]
-        for one, found in outputs.items():
+        known = _known_source_classes(setup)
+        for one in choices:
             network.load_state_dict(average_states(states, one))
-            found.append(_predict(plan, network, setup.task.val))
+            predictions, agrees = _predict_held_out(plan, network, setup, known)
+            outputs[one].append(predictions)
+            if agrees is not None:
+                agreements[one].append(agrees)
         pairs = zip(means or states, states, strict=True)
         means = [average_states(pair, (1 - 1 / number, 1 / number)) for pair in pairs]
     if plan.folds and plan.method.trains_network and is_rank_zero():
         _average_curves(plan, folder)
     held_out, probe = plan.held_out, plan.held_out_probe_predictions
-    chosen, selection = _choose(plan, outputs, held_out)
+    chosen, selection = _choose(plan, outputs, agreements, held_out)
     final = _merged(plan) if plan.folds else plan.setup
     if chosen[0] == 1:
         # With the probe on all samples as its head, not the average of those of the folds.
@@ -171,22 +179,84 @@ def _train(
     return result
 
 
+def _known_source_classes(setup: RunSetup) -> Tensor | None:
+    """Return the classes `[N]` that the pretrained network has for the held-out images.
+
+    They follow from cached features. None without the classifier of pretraining.
+    """
+    classifier = setup.backbone.classifier
+    if setup.task.kind != "images" or classifier is None:
+        return None
+    views, _ = setup.features["val"]
+    return source_classes(classifier, views[:, 0])  # of the original images, not the flipped ones
+
+
+def _predict_held_out(
+    plan: FineTunePlan, network: nn.Module, setup: RunSetup, known: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return predictions for a setup's held-out samples, and whether the pretrained network agrees.
+
+    Args:
+        plan: the options.
+        network: the network.
+        setup: of the fold.
+        known: the pretrained network's classes `[N]`; None if unknown.
+
+    Returns:
+        Predictions `[N, K]`, and booleans `[N]`, or None without `known`.
+    """
+    classifier, split, task_type = setup.backbone.classifier, setup.task.val, setup.task.task_type
+    if known is None or classifier is None:
+        return _predict(plan, network, split), None
+
+    def predict(loader: DeviceDataLoader) -> tuple[Tensor, Tensor]:
+        return predict_with_source_classes(
+            network, loader, task_type, head=setup.backbone.head, classifier=classifier
+        )
+
+    predictions, classes = _predict_in_shards(plan, network, split, predict)
+    return predictions, classes == known
+
+
 def _predict(plan: FineTunePlan, network: nn.Module, split: Split) -> Tensor:
     """Return predictions `[N, K]`, each process making its share."""
-    network.to(plan.setup.device)
     task_type = plan.setup.task.task_type
 
-    def predict(positions: Sequence[int]) -> tuple[Tensor]:
-        loader = plan.loaders.eval_dataloader(split.subset(positions))
+    def predict(loader: DeviceDataLoader) -> tuple[Tensor]:
         return (predict_dataloader(network, loader, task_type),)
 
-    return shard_and_gather(len(split), plan.config.batch_size, predict)[0]
+    return _predict_in_shards(plan, network, split, predict)[0]
+
+
+def _predict_in_shards(
+    plan: FineTunePlan,
+    network: nn.Module,
+    split: Split,
+    predict: Callable[[DeviceDataLoader], tuple[Tensor, ...]],
+) -> tuple[Tensor, ...]:
+    """Return what `predict` returns for all samples, each process making its share."""
+    network.to(plan.setup.device)
+    return shard_and_gather(
+        len(split),
+        plan.config.batch_size,
+        lambda positions: predict(plan.loaders.eval_dataloader(split.subset(positions))),
+    )
 
 
 def _choose(
-    plan: FineTunePlan, outputs: dict[Mixture, list[Tensor]], held_out: Split
+    plan: FineTunePlan,
+    outputs: dict[Mixture, list[Tensor]],
+    agreements: dict[Mixture, list[Tensor]],
+    held_out: Split,
 ) -> tuple[Mixture, ModelSelection]:
-    """Return the chosen mixture, and what was chosen from."""
+    """Return the chosen mixture, and what was chosen from.
+
+    Args:
+        plan: data, options and method.
+        outputs: by mixture, predictions `[N, K]` of each fold.
+        agreements: by mixture, booleans `[N]` of each fold; empty lists if they are unknown.
+        held_out: the samples of all folds.
+    """
     task_type, targets = plan.setup.task.task_type, held_out.targets
     losses = {
         one: task_type.held_out_losses(task_type.logits(torch.cat(found)), targets)
@@ -201,6 +271,16 @@ def _choose(
         folds=plan.folds,
         averaged=plan.averages_weights,
         averages_folds=False,
+        accuracies={
+            format_percent(one): task_type.score(torch.cat(found), targets, "accuracy")
+            for one, found in outputs.items()
+            if isinstance(task_type, Multiclass)
+        },
+        agreements={
+            format_percent(one): float(torch.cat(found).double().mean())
+            for one, found in agreements.items()
+            if found
+        },
     )
     if len(outputs) > 1:
         _log_selection(selection, default=next(iter(losses)))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from delta_transfer.errors import first_few
 from delta_transfer.metrics.metrics import ACCURACY, Metric
+from delta_transfer.metrics.run_result import ModelSelection
 from delta_transfer.metrics.statistics import Summary
 from delta_transfer.report.comparison.attention_ranks import attention_of_methods
 from delta_transfer.report.comparison.curves import drift_curves, learning_curves
@@ -34,6 +35,7 @@ from delta_transfer.report.formatting import (
 )
 from delta_transfer.report.run_files import read_config, read_result
 from delta_transfer.report.templates import REPORT_FILE, data_name, render_page
+from delta_transfer.report.trade_off import trade_off
 from delta_transfer.utils.files import write_atomically
 
 
@@ -92,6 +94,7 @@ def write_comparison_report(folder: Path) -> Path:
     methods = [best, *(found.method for found in summaries if found.method != best)]
     has_classes = comparison.metric is ACCURACY
     per_class, mistakes = per_class_results(part, methods) if has_classes else (None, [])
+    selections = _selections(part)
     page = render_page(
         "comparison.html.j2",
         {
@@ -117,12 +120,26 @@ def write_comparison_report(folder: Path) -> Path:
             "method_mistakes": mistakes,
             "drift": drift_curves(part),
             "retention": method_retention(part),
+            "trade_off": trade_off(selections),
+            "has_folds": any(one.folds for found in selections.values() for one in found),
             "attentions": attention_of_methods(part),
         },
     )
     path = folder / REPORT_FILE
     write_atomically(path, page)
     return path
+
+
+def _selections(comparison: Comparison) -> dict[str, list[ModelSelection]]:
+    """Read how the final weights were chosen, by method; without runs that trained nothing."""
+    results = {
+        method: [read_result(comparison.folder / run.folder) for run in comparison.runs_of(method)]
+        for method in comparison.methods
+    }
+    return {
+        method: [run.model_selection for run in runs if run.model_selection is not None]
+        for method, runs in results.items()
+    }
 
 
 def _about(comparison: Comparison) -> dict[str, object]:
