@@ -8,6 +8,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 import pytest
+import torch
 from PIL import Image
 
 from delta_transfer.data.registry import load_data
@@ -31,6 +32,11 @@ def image_sets():
 @pytest.fixture
 def accuracy():
     return importlib.import_module("accuracy")
+
+
+@pytest.fixture
+def averages():
+    return importlib.import_module("averages")
 
 
 @pytest.fixture
@@ -304,4 +310,43 @@ class TestPeers:
         monkeypatch.setattr(peers, "PEERS", {})  # nothing is trained again
         monkeypatch.setattr(peers, "known_peers", lambda text: text.split(","))
         peers.main()
+        assert capsys.readouterr().out == first
+
+
+class TestAverages:
+    def test_the_states_of_a_part_are_means_over_its_trainings(self, averages):
+        def states(*values: float) -> list[dict[str, torch.Tensor]]:
+            return [{"w": torch.tensor([float(value)])} for value in values]
+
+        folds, on_all = [states(0, 1), states(3, 5)], states(6, 9)
+        for part, expected in (
+            ("one fold", [0, 1]),
+            ("folds", [1.5, 3]),
+            ("all images", [6, 9]),
+            ("both", [3, 5]),
+        ):
+            found = averages.states_of(part, folds, on_all)
+            assert [float(state["w"]) for state in found] == pytest.approx(expected)
+
+    def test_a_row_has_the_means_over_seeds_and_the_worst_run(self, averages):
+        found = {
+            "a": [{"probe": 0.5, "1, both": 0.7}, {"probe": 0.6, "1, both": 0.5}],
+            "b": [{"probe": 0.4, "1, both": 0.8}],
+        }
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in averages.table(found)]
+        assert rows[2] == ["probe", "55.0", "40.0", "47.5", "+0.0", "+0.0"]
+        # Each set counts once in the mean, each run in what it gains.
+        assert rows[3] == ["1, both", "60.0", "80.0", "70.0", "+16.7", "-10.0"]
+
+    def test_it_measures_and_resumes(self, averages, shared, tmp_path, monkeypatch, capsys):
+        command = ["averages", "--shared", str(shared), "--sets", "trashnet@2x6", "--image-size=32"]
+        command += ["--strengths=1", "--device=cpu", "--out", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", command)
+        monkeypatch.setattr("delta_transfer.config.train.TrainConfig.count_epochs", lambda *_: 1)
+        averages.main()
+        first = capsys.readouterr().out
+        assert "| 1, both |" in first
+        assert "| chosen |" in first
+        monkeypatch.setattr(averages, "measure", None)
+        averages.main()
         assert capsys.readouterr().out == first

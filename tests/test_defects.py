@@ -382,6 +382,7 @@ class TestDefect6AttentionOfOtherWeightsOrDataReusedInSilence:
         assert torch.equal(again.scores["blocks.6"], scores[0])
         assert len(list(kept.iterdir())) == 3
 
+    @pytest.mark.slow
     def test_a_hit_in_the_cache_changes_neither_the_random_stream_nor_the_run(
         self, prepared, images, tmp_path, monkeypatch, caplog
     ):

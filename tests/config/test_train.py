@@ -155,7 +155,8 @@ def test_bounds_are_allowed_and_whole_numbers_are_numbers(option):
 @pytest.mark.parametrize(("preset", "estimator"), [("default", "refined"), ("paper", "exact")])
 def test_attention_by_preset(preset, estimator):
     config = TrainOptions(data="x", preset=preset).resolve()
-    assert (config.attention, config.attention_samples) == (estimator, None)
+    assert (config.attention, config.attention_source) == ("auto", estimator)
+    assert config.attention_samples is None
     assert config.attention_tolerance is None
 
 

@@ -86,6 +86,7 @@ def test_it_is_what_train_measures(finished, images, tmp_path):
     assert out.read_bytes() == (finished.folder / "attention.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_train_takes_its_file(finished, images, command, tmp_path):
     assert main([*command, "--samples=9", "--taps=blocks.1,blocks.3"]) == 0
     out, file = tmp_path / "run", tmp_path / "pets.safetensors"
@@ -137,7 +138,9 @@ def test_official_is_with_the_taps_and_the_head_of_the_authors(images, tmp_path,
     seen = []
 
     def estimate(prepared: Any, config: Any, *, progress: Any) -> NoReturn:
-        seen.append((config.paper_protocol, config.attention, config.batch_size, config.taps))
+        seen.append(
+            (config.paper_protocol, config.attention_source, config.batch_size, config.taps)
+        )
         raise UserError("enough")
 
     monkeypatch.setattr("delta_transfer.runs.attention_report.estimate", estimate)

@@ -74,7 +74,7 @@ def test_the_options_are_those_of_the_protocol():
     config = TrainOptions(data="x", preset="paper").resolve()
     assert (config.optimizer, config.lr, config.batch_size) == ("sgd", 0.01, 64)
     assert (config.steps, config.epochs, config.schedule) == (9000, None, "step")
-    assert (config.attention, config.attention_samples) == ("exact", None)
+    assert (config.attention_source, config.attention_samples) == ("exact", None)
     assert config.batch_norm == "train"
     assert config.count_epochs(6400) == 90
     assert config.count_epochs(6401) == math.ceil(9000 / 101)

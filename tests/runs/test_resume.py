@@ -70,7 +70,7 @@ def left_in(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("kind", "moments"),
     [
-        ("train", MOMENTS[3:12:2]),
+        ("train", (MOMENTS[3], MOMENTS[8], "os.mkdir model")),
         pytest.param("train", MOMENTS, marks=pytest.mark.slow),
         pytest.param("average none", TRAINED_ON_ALL, marks=pytest.mark.slow),
     ],
@@ -96,8 +96,8 @@ def test_a_finished_run_is_left_alone(finished, capsys):
 
 def test_with_nothing_there_it_begins(finished, images, tmp_path):
     out = tmp_path / "new"
-    command = ["train", str(images), f"--out={out}", *flags(epochs=3), "--resume"]
-    assert main(command) == 0
+    command = ["train", str(images), f"--out={out}", *flags(epochs=3, method="delta_attention")]
+    assert main([*command, "--resume"]) == 0
     for name in ("model/model.safetensors", "predictions.csv", "metrics.csv"):
         assert (out / name).read_bytes() == (finished.folder / name).read_bytes()
 

@@ -31,6 +31,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_them_goes_on_to_the_same_bytes(uneven, tmp_path, capsys, monkeypatch):
     options = flags(method="lp_ft", epochs=3)
     command = ["train", str(uneven), *options, "--class-weights=auto", "--label-smoothing=0.1"]

@@ -78,6 +78,7 @@ def check_same_states(run: Path, other: Path) -> None:
         torch.testing.assert_close(found[part], wanted[part], rtol=1e-3, atol=atol)
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_trained_to_those_of_one_process(images, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run("train_sharded", images, two, "small", module="tests.sharded_runs")

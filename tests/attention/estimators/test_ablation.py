@@ -517,7 +517,12 @@ class Allocated(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("test_efficientnet", {}), ("vit_tiny_patch16_224", {"img_size": 32, "depth": 3})],
+    [
+        ("test_efficientnet", {}),
+        pytest.param(
+            *("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}), marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_memory_stays_within_what_is_given(name, options):
     net = moved(timm.create_model(name, num_classes=5, **options))

@@ -276,6 +276,7 @@ def test_a_tolerance_is_met_where_it_was(tmp_path):
         assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_tolerance_is_asked_for_after_whole_batches_alone(tmp_path):
     """Also where the attention has converged, by chance, where the call was interrupted."""
     x, y = patterns(200)

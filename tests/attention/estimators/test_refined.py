@@ -193,6 +193,7 @@ def agreement(found, exact, tap) -> float:
     return spearmanr(found.scores[tap], exact.scores[tap]).statistic
 
 
+@pytest.mark.slow
 def test_it_is_nearer_to_exact_than_first_order():
     gained, refined, distance = [], [], {"gradient": 0.0, "refined": 0.0}
     for seed in range(3):

@@ -119,6 +119,7 @@ def test_the_seed_decides():
     assert tuple(one.index for one in again) in draws
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_about_as_often_as_their_probability_says():
     scores, draws = stream(60), 3000
     counts = torch.zeros(60)

@@ -170,6 +170,7 @@ def tried(folder: Path, count: int, *, again: bool, seed: int = 0) -> list[dict[
     return found
 
 
+@pytest.mark.slow
 def test_what_is_tried_is_a_function_of_the_seed_however_often_it_is_broken_off(tmp_path):
     whole = tried(tmp_path / "whole", 14, again=False)
     assert whole[0] == space_of(SearchOptions()).default
