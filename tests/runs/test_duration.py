@@ -49,7 +49,7 @@ def seconds(
 ) -> float:
     plan = FineTunePlan(
         setup=prepared,
-        config=tiny("x", "y", **options),
+        config=tiny("x", "y", **{"epochs": epochs, **options}),
         method=METHODS[method],
         epochs=epochs,
         folds=folds,

@@ -101,11 +101,15 @@ def minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "strength", "epochs"),
-    [("lp_ft", "0.01", "6 epochs"), ("delta", "1 and 0.1", "2 times 6 epochs")],
+    ("method", "options", "strength", "epochs"),
+    [
+        ("lp_ft", {}, "0.01", "6 epochs"),
+        ("delta", {}, "1", "6 epochs"),
+        ("delta", {"strength": "auto"}, "1 and 0.1", "2 times 6 epochs"),
+    ],
 )
-def test_the_start_says_method_probe_and_minutes(caplog, method, strength, epochs):
-    assert said(caplog, method) == [
+def test_the_start_says_method_probe_and_minutes(caplog, method, options, strength, epochs):
+    assert said(caplog, method, **options) == [
         f"method   {method}, strength {strength}: {METHODS[method].summary}",
         probe_line(0.62),
         f"time     about 12.3 minutes for {epochs}",

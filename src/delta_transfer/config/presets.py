@@ -19,6 +19,7 @@ class Preset:
         schedule: learning rate after the warm-up.
         batch_norm: keep the pretrained batch-norm statistics, or update them.
         method: the method.
+        strength: `"auto"` to train with several; None for the method's own.
         attention_estimator: estimator of channel attention.
         grad_clip: maximum gradient norm; 0 for no limit.
         warmup_ratio: fraction of the steps with a rising learning rate.
@@ -33,6 +34,7 @@ class Preset:
     schedule: Literal["cosine", "step", "constant"]
     batch_norm: Literal["frozen", "train"]
     method: str
+    strength: Literal["auto"] | None
     attention_estimator: str
     grad_clip: float
     warmup_ratio: float
@@ -48,6 +50,7 @@ _DEFAULT = Preset(
     schedule="cosine",
     batch_norm="frozen",
     method="delta",
+    strength=None,
     attention_estimator="refined",
     grad_clip=1.0,
     warmup_ratio=0.15,
@@ -56,7 +59,7 @@ _DEFAULT = Preset(
 
 PRESETS = {
     "default": _DEFAULT,
-    "graphs": dataclasses.replace(_DEFAULT, epochs=15),
+    "graphs": dataclasses.replace(_DEFAULT, epochs=15, strength="auto"),
     "paper": Preset(
         epochs=None,
         steps=9000,
@@ -66,6 +69,7 @@ PRESETS = {
         schedule="step",
         batch_norm="train",
         method="delta_attention",
+        strength=None,
         attention_estimator="exact",
         grad_clip=0.0,
         warmup_ratio=0.0,

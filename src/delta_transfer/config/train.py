@@ -66,7 +66,7 @@ class _TrainFields:
     resume: bool = False
     preset: Literal["default", "graphs", "paper"] | None = None
     method: str | None = None
-    strength: NonNegative | Literal["auto"] = "auto"
+    strength: NonNegative | Literal["auto"] | None = None
     head_init: Literal["auto", "probe", "random"] = "auto"
     average: Literal["all", "none"] = "all"
     taps: str = "auto"
@@ -152,9 +152,9 @@ class TrainOptions(_TrainFields):
         method: fine-tuning method, for example probe, l2, l2sp, delta (default) or delta_attention
             (default of preset paper; list: delta-transfer methods).
         strength: factor of the method's penalty. For l2, lp_ft and rifle it is the weight decay,
-            for stochnorm a probability, for spd the projection factor. auto (default) is the
-            method's own value; delta and l2sp train with a large and a small one and average the
-            weights, or use what is better on held-out images (see docs/selection.md).
+            for stochnorm a probability, for spd the projection factor (default the method's own).
+            auto (default of preset graphs): delta and l2sp train with a large and a small one and
+            average the weights, or use what is better on held-out images (see docs/selection.md).
         head_init: initialization of the head: probe (the linear probe), random, or auto (default;
             random for l2, rifle, bss, stochnorm, co_tuning and preset paper, else probe).
         average: all (default) averages the weights of the networks of all folds and strengths; none

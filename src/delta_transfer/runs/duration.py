@@ -59,7 +59,8 @@ def estimate_minutes(plan: FineTunePlan) -> float:
     if plan.folds:  # and what was chosen is trained on all samples
         total += (len(fits) + 1) * setup.probe_wall_time_s
         num_train, averaged = len(training_pool(config, task)), plan.averages_weights
-        total += (num_candidates if averaged else 1) * plan.epochs * num_train * training
+        epochs = config.count_epochs(num_train)
+        total += (num_candidates if averaged else 1) * epochs * num_train * training
         total += (num_candidates + 2 if averaged else 0) * num_train * forward
         total += _attention_passes(plan, num_train) * computing
     crops = 10 if config.paper_protocol else 1

@@ -68,7 +68,7 @@ class FineTunePlan:
     def strength(self) -> float | None:
         """The value of `--strength` for the method; None if it has none."""
         given = self.config.strength
-        return self.method.default_strength if given == "auto" else given
+        return self.method.default_strength if given is None or given == "auto" else given
 
     @property
     def configured_method(self) -> Method:

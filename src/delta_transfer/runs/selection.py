@@ -313,7 +313,8 @@ def _train_on_all(
     """
     task, shares = setup.task, selection.mixing_coefficients
     logger.info("final    training on all %d %ss", len(task.train), task.sample_type)
-    candidates = [dataclasses.replace(one, setup=setup) for one in plan.candidates]
+    epochs = plan.config.count_epochs(len(task.train))  # fewer, if a number of steps decides
+    candidates = [dataclasses.replace(one, setup=setup, epochs=epochs) for one in plan.candidates]
     states = [_on_cpu(initialize_network(candidates[0]))] * len(shares)
     for number, (candidate, share) in enumerate(zip(candidates, shares[1:], strict=True), start=1):
         if share:

@@ -232,9 +232,9 @@ def test_hours_grow_with_seeds_and_epochs(monkeypatch, made):
 
     assert hours("l2") == 3 * 2 * 1800 / 3600
     assert hours("probe") == 0
-    assert hours("delta") == 2 * 1.25 * 3.0  # two trainings, and the source's forward pass
-    assert hours("delta", strength=1) == 1.25 * 3.0
-    assert hours("l2,l2sp", epochs=4) == 3 * 6.0  # two trainings of l2sp
+    assert hours("delta") == 1.25 * 3.0  # and the source's forward pass
+    assert hours("delta", strength="auto") == 2 * 1.25 * 3.0  # two trainings
+    assert hours("l2,l2sp", epochs=4, strength="auto") == 3 * 6.0  # two trainings of l2sp
     assert hours("probe", preset="paper", epochs=None) == 0  # which has no official form
 
 

@@ -79,7 +79,7 @@ def test_by_default_everything_is_searched_around_the_default():
     assert space.epochs == (6, 12, 24)  # around the number for this many images
     assert space.taps == ("auto", "b,c,d", "c,d", "d")
     own = space.configure(space.default)
-    assert own == TrainOptions(data="images", method=METHOD, epochs=12).resolve()
+    assert own == TrainOptions(data="images", method=METHOD, strength=1, epochs=12).resolve()
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,13 @@ def test_what_is_given_is_not_searched():
 def test_a_narrow_range_begins_with_what_is_nearest_to_the_default():
     asked = SearchOptions(strength="2:4", lr="1e-3:1e-2", epochs="3,25", taps="auto")
     space = space_of(asked, method="l2sp")
-    assert space.default == {"strength_auto": True, "lr": 1e-3, "epochs": 25}
+    assert space.default == {"strength_auto": False, "strength": 2, "lr": 1e-3, "epochs": 25}
 
 
 def test_the_presets_decide_around_what():
     graphs = space_of(SearchOptions(), model="pyg/GIN", method="l2")
     assert (graphs.lr, graphs.epochs) == ((1e-4, 1e-2), (7, 15, 30))
+    assert space_of(SearchOptions(), model="pyg/GIN").default["strength_auto"]
     official = space_of(SearchOptions(), preset="paper")
     assert official.names == ("strength", "lr", "taps")  # it has steps
     assert not official.auto  # which its batch norm does not allow

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from delta_transfer.attention import ESTIMATORS
+from delta_transfer.config.presets import find_preset
 from delta_transfer.config.search import (
     VARIED,
     Range,
@@ -96,8 +97,9 @@ class Space:
             "epochs": min(epochs, key=lambda n: abs(math.log(n / count)), default=None),
             "taps": next(iter(self.taps), None),
         }
-        drawn = {name: own[name] for name in self.names if name != "strength" or not self.auto}
-        return {AUTO: True, **drawn} if self.auto else drawn
+        auto = self.auto and find_preset(config.preset).strength == "auto"
+        drawn = {name: own[name] for name in self.names if name != "strength" or not auto}
+        return {AUTO: auto, **drawn} if self.auto else drawn
 
     def with_data(self, *, taps: Sequence[str], epochs: int) -> "Space":
         """Return the space with the choices that depend on data and network.
