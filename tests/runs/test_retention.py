@@ -156,13 +156,6 @@ class TestMeasures:
         assert set(found.result_fields()) == set(RETENTION_COLUMNS)
         assert set(found.result_fields().values()) == {None}
 
-    def test_folds_are_pooled(self, prepared: RunSetup) -> None:
-        network, split = changed(prepared), prepared.task.test
-        parts = [split.subset(range(5)), split.subset(range(5, 12))]
-        first, second = (measure_retention(network, prepared, part) for part in parts)
-        assert first + second == measure_retention(network, prepared, split)
-        assert first + Retention() == first
-
     @pytest.mark.parametrize("count", [1, 66, 67, 200])
     def test_each_corruption_has_as_many_images_as_any(self, count: int) -> None:
         copies = module._choose_copies(count)

@@ -157,8 +157,8 @@ class TrainOptions(_TrainFields):
             average the weights, or use what is better on held-out images (see docs/selection.md).
         head_init: initialization of the head: probe (the linear probe), random, or auto (default;
             random for l2, rifle, bss, stochnorm, co_tuning and preset paper, else probe).
-        average: all (default) averages the weights of the networks of all folds and strengths; none
-            trains the best strength once more, on all images.
+        average: all (default) averages the weights of the networks of all folds and strengths and
+            of a training on all images; none keeps the training on all images alone.
         taps: modules whose features are compared: auto (default), or comma-separated names and glob
             patterns (list: delta-transfer taps MODEL).
         attention: channel attention of DELTA: none (default of delta), refined (default of

@@ -65,7 +65,7 @@ class Count:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What a fine-tuned network has kept, as counts that can be pooled over folds.
+    """What a fine-tuned network has kept, as counts.
 
     Args:
         num_compared: number of images on which it is compared with the pretrained network.
@@ -79,20 +79,6 @@ class Retention:
     num_agreeing: int = 0
     corrupted: Mapping[tuple[str, int], Count] = dataclasses.field(default_factory=dict)
     shifted: Count = Count()
-
-    def __add__(self, other: "Retention") -> "Retention":
-        """Return the counts of both, such as of two folds."""
-        keys = dict.fromkeys([*self.corrupted, *other.corrupted])
-        nothing = Count()
-        return Retention(
-            num_compared=self.num_compared + other.num_compared,
-            num_agreeing=self.num_agreeing + other.num_agreeing,
-            corrupted={
-                key: self.corrupted.get(key, nothing) + other.corrupted.get(key, nothing)
-                for key in keys
-            },
-            shifted=self.shifted + other.shifted,
-        )
 
     @property
     def total_corrupted(self) -> Count:

@@ -15,9 +15,10 @@ def methods(args: Sequence[str]) -> None:
 
     width = max(map(len, METHODS))
     for method in METHODS.values():
-        candidates = [one.strength for one in method.candidates]
-        own = candidates or [value for value in (method.default_strength,) if value is not None]
-        strength = f" (strength {' and '.join(f'{one:g}' for one in own)})" if own else ""
+        several = " and ".join(f"{one.strength:g}" for one in method.candidates)
+        auto = f"; auto: {several}" if several else ""
+        own = method.default_strength
+        strength = "" if own is None else f" (strength {own:g}{auto})"
         kinds = "" if len(method.kinds) > 1 else f"; for {method.kinds[0]}"
         print(f"{method.name:{width}}  {method.summary}{strength}{kinds}")
         print(f"{'':{width}}  {method.paper}")
